@@ -1,0 +1,1 @@
+"""YAML overrides of the typed defaults: one file per model."""
