@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
+from pydantic import model_validator
 
 from pnapo_bench import flow
 from pnapo_bench.contracts import Coupling, Errors, Field, LossOutput, Method, MethodConfig, Pairs
@@ -32,6 +34,12 @@ class PNAPO(Method):
         decay_start: float = Field(1 / 3, ge=0, le=1, description="open in the paper: progress n1/N")
         decay_end: float = Field(2 / 3, ge=0, le=1, description="open in the paper: progress n2/N")
         decay_to: float = Field(0.5, gt=0, le=1, description="paper: 1/2")
+
+        @model_validator(mode="after")
+        def _decay_ends_after_its_start(self) -> Self:
+            if self.decay_start > self.decay_end:
+                raise ValueError(f"decay_start {self.decay_start:g} is after decay_end {self.decay_end:g}")
+            return self
 
     name = "pnapo"
     source = "arXiv 2605.09433 (ICML 2026)"

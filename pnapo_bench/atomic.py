@@ -36,10 +36,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:  # its name for a full disk, among others
+            raise OSError(f"{path}: {error}") from error
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:

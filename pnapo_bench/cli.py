@@ -12,6 +12,8 @@ import typer
 from pnapo_bench import __version__
 from pnapo_bench.errors import TrainingStopped, UserError, unknown
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
 app = typer.Typer(
     name="pnapo-bench",
     help="Which preference-alignment method makes the better rectified-flow model, for the same data and compute?",
@@ -45,6 +47,10 @@ def run(
     resolved = config.resolve(method, model, seed, settings or [])
     for line in config.without_effect(resolved, settings or []):
         print(f"warning: without effect: {line}", file=sys.stderr)
+    if pairs is not None:
+        from pnapo_bench import store
+
+        store.manifest(pairs, "pairs")
     _writable(out)
     _quiet_libraries()
     from pnapo_bench.run import execute
@@ -211,7 +217,7 @@ def main() -> NoReturn:
     try:
         status = app(standalone_mode=False)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing is lost: the same command continues", 130, debug)
+        status = INTERRUPTED
     except UserError as error:
         _fail(str(error), 2, debug)
     except TrainingStopped as error:
@@ -222,9 +228,9 @@ def main() -> NoReturn:
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # a usage error of typer's own click
             _fail(f"{error.format_message()}; see {_help(error)}", error.exit_code, debug)
-        if type(error).__name__ == "Abort":
-            _fail("interrupted; nothing is lost: the same command continues", 130, debug)
         raise
+    if status == INTERRUPTED:
+        _fail("interrupted; nothing is lost: the same command continues", INTERRUPTED, debug=False)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -94,7 +94,7 @@ def resolve(method: str, model: str, seed: int, settings: list[str]) -> Config:
     method_class = registry.get("methods", method)
     registry.get("backbones", model)
     values = _preset(model)
-    method_values = values.pop("methods", {}).get(method, {}) if method_class.trains else {}
+    method_values = values.pop("methods", {}).get(method, {})
     for setting in settings:
         key, value = _parse(setting)
         head, _, rest = key.partition(".")
@@ -118,6 +118,8 @@ def resolve(method: str, model: str, seed: int, settings: list[str]) -> Config:
     registry.get("evals", config.data.score)
     for name in config.eval.evals:
         registry.get("evals", name)
+        if config.eval.evals.count(name) > 1:
+            raise UserError(f"eval.evals: expected each eval once, got {name!r} {config.eval.evals.count(name)} times")
     return config
 
 

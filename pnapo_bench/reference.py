@@ -28,6 +28,8 @@ def build(
     root: Path, backbone: Backbone, data: PairData, embeddings: Conditioning, stream: Stream, train: Train
 ) -> Path:
     """The folder with the errors of all steps, computed if it is not complete."""
+    import torch
+
     inputs = {
         "model": backbone.name,
         "revision": backbone.revision,
@@ -39,6 +41,8 @@ def build(
         "batch": train.batch,
         "micro_batch": train.micro_batch,
         "device": backbone.device.type,
+        "threads": torch.get_num_threads(),  # the last bits of a sum depend on how it is split
+        "torch": torch.__version__,
     }
     return store.stage(
         root, "reference", inputs, lambda folder: _compute(folder, backbone, data, embeddings, stream, train)

@@ -43,8 +43,6 @@ def execute(config: Config, out: Path, pairs_folder: Path | None = None) -> Path
     backbone = load_backbone(config.model)
     if method.trains and pairs_folder is None:
         pairs_folder = pairs.build(root, backbone, config.data)
-    if pairs_folder is not None:
-        store.manifest(pairs_folder, "pairs")
     identity = {
         "config": config.model_dump(mode="json"),
         "revision": backbone.revision,

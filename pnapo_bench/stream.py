@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pnapo_bench import flow
 from pnapo_bench.contracts import Backbone, Conditioning, Coupling, Errors
+from pnapo_bench.errors import UserError
 from pnapo_bench.noise import generator
 from pnapo_bench.pairs import PairData
 
@@ -75,6 +76,10 @@ class Stream:
         """Another pair for every pair: a random cycle through all of them."""
         import torch
 
+        if self.pairs < 2:
+            raise UserError(
+                f"coupling permuted takes the noise of another pair: expected at least 2 pairs, got {self.pairs}"
+            )
         cycle = torch.randperm(self.pairs, generator=generator("permuted", self.seed))
         other = torch.empty_like(cycle)
         other[cycle] = cycle.roll(1)

@@ -7,29 +7,28 @@ same weights, on a CPU bit for bit: everything but parameters and moments is a p
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pnapo_bench import atomic, checkpoint
 from pnapo_bench.compute import count_flops
 from pnapo_bench.config import Train
-from pnapo_bench.contracts import Backbone, Conditioning, Errors, Method, Pairs
+from pnapo_bench.contracts import Backbone, Conditioning, Errors, LossOutput, Method, Pairs
 from pnapo_bench.errors import TrainingStopped, UserError
 from pnapo_bench.noise import seed_of
 from pnapo_bench.pairs import PairData
 from pnapo_bench.progress import track
-from pnapo_bench.stream import Stream, micro_batches, split, states
+from pnapo_bench.stream import States, Stream, micro_batches, split, states
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-LOG_2 = math.log(2)
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,8 @@ def train(
         raise UserError(
             f"train.batch is the global batch: expected a multiple of {world} processes, got {config.batch}"
         )
+    if method.needs_reference and not method.needs_loser:
+        raise UserError(f"method {method.name!r} needs the reference but no loser; declare needs_loser, and ignore it")
     live_reference = _frozen_copy(backbone) if method.needs_reference and reference is None else None
     parameters = prepare_parameters(backbone, config, stream.seed)
     optimizer = torch.optim.AdamW(
@@ -100,6 +101,16 @@ def train(
     accelerator.init_trackers("tensorboard")
     started = time.perf_counter() - metrics.seconds
     flops_per_step = 0.0
+    prompts = data.prompts
+
+    def forward_backward(
+        asked: States, known: Tensor | None, pairs: Pairs, progress: float
+    ) -> tuple[Errors, LossOutput]:
+        errors = split(asked.errors(backbone), known, method.needs_loser)
+        output = method.loss(errors, pairs, progress)
+        # DDP averages over processes, so the share of a process is divided by its own number of pairs
+        accelerator.backward(output.loss.sum() / (config.batch // world))
+        return errors, output
 
     def save(step: int) -> None:
         if accelerator.is_main_process:
@@ -113,35 +124,22 @@ def train(
                 group["lr"] = learning_rate(step, config)
             totals: dict[str, float] = {}
             for position, count in micro_batches(step * config.batch, config.batch, config.micro_batch, rank, world):
-                asked = states(
-                    stream,
-                    visits := stream.visits(position, count),
-                    data,
-                    embeddings,
-                    method.needs_loser,
-                    backbone.device,
-                )
+                visits = stream.visits(position, count)
+                index = [pair for pair, _ in visits]
+                asked = states(stream, visits, data, embeddings, method.needs_loser, backbone.device)
                 known = _reference_errors(reference, live_reference, asked, position, count, method)
-                pairs = Pairs(
-                    data.gap[[p for p, _ in visits]].to(backbone.device), [data.prompts[p] for p, _ in visits]
-                )
-
-                def forward_backward(asked=asked, known=known, pairs=pairs, step=step) -> tuple[Errors, Any]:  # type: ignore[no-untyped-def]
-                    errors = split(asked.errors(backbone), known, method.needs_loser)
-                    output = method.loss(errors, pairs, step / config.steps)
-                    # DDP averages over processes, so the share of a process is divided by its own number of pairs
-                    accelerator.backward(output.loss.sum() / (config.batch // world))
-                    return errors, output
-
+                pairs = Pairs(data.gap[index].to(backbone.device), [prompts[pair] for pair in index])
+                work = functools.partial(forward_backward, asked, known, pairs, step / config.steps)
                 if not flops_per_step:
-                    flops_per_step = count_flops(forward_backward) * config.batch / count
+                    flops_per_step = count_flops(work) * config.batch / count
                     optimizer.zero_grad()
-                errors, output = forward_backward()
+                errors, output = work()
                 if step == 0:
                     check_start(method, errors, output.loss)
                 _add(totals, errors, output, count)
             norm = accelerator.clip_grad_norm_(list(parameters.values()), config.clip)
-            row = _row(step, totals, float(norm), learning_rate(step, config), time.perf_counter() - started)
+            row = _row(step, totals, float(norm), learning_rate(step, config))
+            row |= {"seconds": round(time.perf_counter() - started, 3), "flops": metrics.flops + flops_per_step}
             if not all(math.isfinite(value) for value in row.values()):
                 save(step)
                 accelerator.end_training()
@@ -163,7 +161,7 @@ def train(
     backbone.transformer = accelerator.unwrap_model(backbone.transformer)
     if accelerator.is_main_process:
         backbone.save_weights(folder / "weights", config.mode)
-    return metrics.summary(flops_per_step)
+    return metrics.summary()
 
 
 def prepare_parameters(backbone: Backbone, config: Train, seed: int) -> dict[str, torch.nn.Parameter]:
@@ -183,13 +181,16 @@ def check_start(method: Method, errors: Errors, loss: Tensor) -> None:
     """
     if not method.needs_reference:
         return
-    worst = errors.margin().abs().max().item()
+    assert errors.winner_ref is not None, "a method that needs the reference has its errors"
+    worst = (errors.winner - errors.winner_ref).abs().max().item()
+    if errors.loser is not None and errors.loser_ref is not None:
+        worst = max(worst, (errors.loser - errors.loser_ref).abs().max().item())
     tolerance = 0.0 if errors.winner.device.type == "cpu" else 1e-6
     if worst > tolerance:
         raise UserError(
-            f"step 0: expected policy and reference to agree (margin 0, log-2 loss), got a margin of {worst:.3g} and "
-            f"a loss of {loss.mean().item():.6f}; the cached reference errors belong to another model, precision or "
-            f"number of threads: delete the reference folder and repeat"
+            f"step 0: expected policy and reference to agree (margin 0, log-2 loss), got errors that differ by up to "
+            f"{worst:.3g} and a loss of {loss.mean().item():.6f}; the cached reference errors belong to another model, "
+            f"precision or number of threads: delete the reference folder and repeat"
         )
 
 
@@ -202,7 +203,7 @@ def _frozen_copy(backbone: Backbone) -> Backbone:
 
 
 def _reference_errors(
-    cached: Tensor | None, live: Backbone | None, asked: Any, position: int, count: int, method: Method
+    cached: Tensor | None, live: Backbone | None, asked: States, position: int, count: int, method: Method
 ) -> Tensor | None:
     """Stacked reference errors, winners first, from the cache or from the frozen copy."""
     import torch
@@ -217,7 +218,7 @@ def _reference_errors(
     return errors
 
 
-def _add(totals: dict[str, float], errors: Errors, output: Any, count: int) -> None:
+def _add(totals: dict[str, float], errors: Errors, output: LossOutput, count: int) -> None:
     """Sums over the pairs of one forward pass."""
 
     def put(name: str, value: Tensor | None) -> None:
@@ -236,13 +237,13 @@ def _add(totals: dict[str, float], errors: Errors, output: Any, count: int) -> N
         put("accuracy", (errors.margin() < 0).float())
 
 
-def _row(step: int, totals: dict[str, float], norm: float, lr: float, seconds: float) -> dict[str, float]:
+def _row(step: int, totals: dict[str, float], norm: float, lr: float) -> dict[str, float]:
     pairs = totals.pop("pairs")
     means = {name: total / pairs for name, total in totals.items()}
     for side in ("winner", "loser"):
         if f"{side}_error_ref" in means:
             means[f"{side}_drift"] = means[f"{side}_error"] / means[f"{side}_error_ref"]
-    return {"step": step, **means, "grad_norm": norm, "lr": lr, "seconds": round(seconds, 3)}
+    return {"step": step, **means, "grad_norm": norm, "lr": lr}
 
 
 class Metrics:
@@ -254,6 +255,10 @@ class Metrics:
         self.path, self.drift_limit = path, drift_limit
         self.rows: list[dict[str, float]] = []
         if first:
+            if not path.is_file():
+                raise UserError(
+                    f"{path} is missing beside its checkpoint; delete {path.parent} to start this run again"
+                )
             self.rows = [json.loads(line) for line in path.read_text().splitlines()][:first]
         self._alarmed = bool(self.alarms())
 
@@ -261,6 +266,11 @@ class Metrics:
     def seconds(self) -> float:
         """Training time so far, over all interruptions."""
         return self.rows[-1]["seconds"] if self.rows else 0.0
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs so far, over all interruptions."""
+        return self.rows[-1]["flops"] if self.rows else 0.0
 
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
@@ -292,7 +302,7 @@ class Metrics:
                 ]
         return []
 
-    def summary(self, flops_per_step: float) -> Summary:
+    def summary(self) -> Summary:
         stop, start = len(self.rows), len(self.rows) - max(1, len(self.rows) // 10)
         return Summary(
             steps=stop,
@@ -303,5 +313,5 @@ class Metrics:
             loser_drift=self._mean("loser_drift", start, stop),
             alarms=self.alarms(),
             seconds=self.seconds,
-            flops=flops_per_step * stop,
+            flops=self.flops,
         )

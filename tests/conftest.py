@@ -86,24 +86,25 @@ def train(new_miniature: Callable[[], Tiny], miniature_pairs: PairData, tmp_path
         name: str,
         folder: str = "run",
         *,
-        change: Callable[[Any], Any] = lambda method: method,
+        change: Callable[[Any], Any] = lambda same: same,
         known: Tensor | None = None,
         cached: bool = False,
+        method: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Trained:
-        """``change`` wraps the method; reference errors are ``known``, or ``cached`` on disk, or live."""
+        """``method`` sets its config, ``change`` wraps it; reference errors are ``known``, or ``cached``, or live."""
         config = Train(**({"steps": 5, "batch": 4, "lr": 1e-3, "warmup": 0, "checkpoint_every": 2} | settings))
         method_class = registry.get("methods", name)
-        method = change(method_class(method_class.Config()))
+        trained = change(method_class(method_class.Config(**(method or {}))))
         backbone = new_miniature()
         embeddings = backbone.encode_prompts(miniature_pairs.prompts)
-        stream = Stream(0, len(miniature_pairs), config.times, method.config.coupling)
+        stream = Stream(0, len(miniature_pairs), config.times, trained.config.coupling)
         if cached:
             place = tmp_path / "store"
             known = reference.load(reference.build(place, backbone, miniature_pairs, embeddings, stream, config))
         summary = trainer.train(
             backbone=backbone,
-            method=method,
+            method=trained,
             config=config,
             data=miniature_pairs,
             embeddings=embeddings,

@@ -78,7 +78,7 @@ def test_logistic_loss_stays_finite_and_linear_far_out() -> None:
 
 def test_descending_lowers_the_winners_error_and_raises_the_losers() -> None:
     winner, loser = torch.tensor([1.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
-    flow.logistic_loss(flow.margin(winner, torch.ones(1), loser, torch.ones(1)), 8.0).sum().backward()
+    torch.autograd.backward(flow.logistic_loss(flow.margin(winner, torch.ones(1), loser, torch.ones(1)), 8.0).sum())
     # dL/dD = beta/2 sigmoid(beta/2 D) = 4 * 1/2 = 2 at D = 0, with dD/de_w = 1 and dD/de_l = -1
     assert winner.grad is not None
     assert loser.grad is not None

@@ -99,11 +99,13 @@ class Tiny:
 
         self.device = torch.device(device)
         self.revision = weights_hash(weights)
-        self.transformer: Any = SD3Transformer2DModel.from_pretrained(weights / "transformer")
-        self.vae: Any = AutoencoderKL.from_pretrained(weights / "vae")
-        self.text_encoder: Any = CLIPTextModel.from_pretrained(weights / "text_encoder")
+        self.transformer: Any = SD3Transformer2DModel.from_pretrained(
+            weights / "transformer", torch_dtype=torch.float32
+        )
+        self.vae: Any = AutoencoderKL.from_pretrained(weights / "vae", torch_dtype=torch.float32)
+        self.text_encoder: Any = CLIPTextModel.from_pretrained(weights / "text_encoder", dtype=torch.float32)
         for module in (self.transformer, self.vae, self.text_encoder):
-            module.to(self.device, torch.float32).eval().requires_grad_(False)
+            module.to(self.device).eval().requires_grad_(False)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """``tokens`` [B, N, D] and ``pooled`` [B, D]."""
@@ -171,7 +173,7 @@ class Tiny:
         from diffusers import SD3Transformer2DModel
 
         if mode == "lora":
-            self.transformer.load_lora_adapter(str(folder), prefix=None)
+            self.transformer.load_lora_adapter(str(folder), prefix=None, use_safetensors=True)
         else:
             self.transformer = SD3Transformer2DModel.from_pretrained(folder).to(self.device).eval()
 

@@ -27,6 +27,7 @@ from pnapo_bench.contracts import Backbone
 from pnapo_bench.noise import generator, seed_of
 from pnapo_bench.world import scenes
 from pnapo_bench.world.render import render
+from pnapo_bench.world.verify import judge
 from pnapo_bench.world.vocabulary import tokenize
 
 
@@ -277,7 +278,6 @@ def accuracy(folder: Path, split: Literal["tune", "eval"]) -> dict[str, float]:
     from pnapo_bench.evaluate import request
     from pnapo_bench.noise import prior_noise
     from pnapo_bench.sampler import sample
-    from pnapo_bench.world.verify import judge
 
     backbone: Backbone = Tiny(weights=folder)
     asked = request(Evaluation(split=split))
@@ -293,6 +293,18 @@ def accuracy(folder: Path, split: Literal["tune", "eval"]) -> dict[str, float]:
             passed[row["group"]].append(float(verdict.passed))
     found = {family: round(float(np.mean(values)), 4) for family, values in passed.items()}
     return {"overall": round(float(np.mean(list(found.values()))), 4), **found}
+
+
+@torch.no_grad()
+def reconstruction(folder: Path) -> float:
+    """Share of evaluation scenes whose rendered picture still passes after encoding and decoding."""
+    vae = Tiny(weights=folder).vae
+    described = [scenes.parse(prompt) for prompt in scenes.prompts("eval", 288)]
+    pictures = render(described, np.random.default_rng(0))
+    posterior = vae.encode(2 * pictures - 1).latent_dist
+    again = vae.decode(posterior.sample(generator("reconstruction"))).sample
+    verdicts = judge(((again + 1) / 2).clamp(0, 1), described)
+    return round(float(np.mean([verdict.passed for verdict in verdicts])), 4)
 
 
 def main() -> None:
@@ -320,6 +332,7 @@ def main() -> None:
         "sha256": weights_hash(target),
         "autoencoder": json.loads((out / "autoencoder.json").read_text())["log"],
         "flow": log,
+        "reconstruction": reconstruction(target),
         "accuracy": {"tune": accuracy(target, "tune"), "eval": accuracy(target, "eval")},
     }
     atomic.write_json(target / "card.json", card)
