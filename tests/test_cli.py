@@ -210,6 +210,8 @@ def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # a shell's background jobs ignore Ctrl-C, and would pass that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -243,7 +245,7 @@ def test_interrupted_run_continues_to_the_same_weights(
     wait_for(tmp_path / "runs", "*/checkpoint.safetensors")
     broken.send_signal(blow)
     _, errors = broken.communicate(timeout=240)
-    assert broken.returncode == status
+    assert broken.returncode == status, errors
     if blow == signal.SIGINT:
         assert errors.splitlines()[-1].startswith("error: interrupted")
         assert "Traceback" not in errors

@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 from pnapo_bench import config, results, store
 from pnapo_bench.errors import UserError
 from pnapo_bench.report import pictures, render
-from pnapo_bench.report.table import entries, families, scoreboard
+from pnapo_bench.report.table import contrasts, entries, families, scoreboard
 from pnapo_bench.results import Run
 
 EVALS = ("shapes_accuracy", "shapes_reward", "shapes_quality")
@@ -359,3 +359,15 @@ def test_altered_images_are_refused(tmp_path: Path) -> None:
     (run.folder / "evaluation" / "images-00000.parquet").write_bytes(b"other")
     with pytest.raises(UserError):
         pictures.grid(entries([run]))
+
+
+def test_methods_against_each_other_share_seeds_prompts_and_noises(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "sft", seed, better=0.1) for seed in (0, 1)]
+    runs += [make_run(tmp_path, "pnapo", seed, better=0.3) for seed in (1, 2)]
+    (contrast,) = contrasts(entries(runs), "shapes_reward")
+    assert contrast[:2] == ("sft", "pnapo")
+    assert contrast[2].seeds == 1  # seed 1 is the only one that both have
+    a, b = (run.scores.query("scorer == 'shapes_reward'")["value"].mean() for run in (runs[1], runs[2]))
+    assert contrast[2].mean == pytest.approx(a - b, abs=1e-6)
+    assert "shapes_accuracy, method against method" in printed(runs)
+    assert "method against method" not in printed(runs[:2])

@@ -155,22 +155,23 @@ def test_extra_object_fails_and_halves_the_reward() -> None:
 
 
 @pytest.mark.parametrize(
-    ("relation", "holds"), [("left of", True), ("right of", False), ("above", False), ("below", False)]
+    ("y", "holding"),
+    [
+        (8.5, {"left of"}),  # offset (32, 0.5)
+        (24.0, {"left of"}),  # (32, 16): cosines 0.89 with "left of", 0.45 with "above"
+        (40.0, {"left of", "above"}),  # (32, 32): 0.71 with both
+    ],
 )
-def test_relations(relation: str, holds: bool) -> None:
+def test_relations_hold_above_a_cosine_of_one_half(y: float, holding: set[str]) -> None:
     both = torch.tensor([0, 0])
-    picture = draw(
-        Objects(
-            both,
-            torch.tensor([0, 1]),
-            torch.tensor([0, 4]),
-            torch.tensor([8.0, 40.0]),
-            torch.tensor([24.0, 24.5]),
-            torch.tensor([6.0, 6.0]),
-        ),
-        1,
-    )
-    assert judge(picture, [scenes.parse(f"a photo of a circle {relation} a square")])[0].passed is holds
+    x, y_ = torch.tensor([8.0, 40.0]), torch.tensor([8.0, y])
+    picture = draw(Objects(both, torch.tensor([0, 1]), torch.tensor([0, 4]), x, y_, torch.tensor([6.0, 6.0])), 1)
+    passed = {
+        relation
+        for relation in scenes.RELATIONS
+        if judge(picture, [scenes.parse(f"a photo of a circle {relation} a square")])[0].passed
+    }
+    assert passed == holding
 
 
 def test_cleanliness_is_the_peak_signal_to_noise_ratio_of_the_redrawing() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pnapo_bench import atomic, config, registry
 from pnapo_bench.report import pictures
-from pnapo_bench.report.table import Entry, entries, families, flat, scoreboard
+from pnapo_bench.report.table import Entry, contrasts, entries, families, flat, scoreboard
 from pnapo_bench.results import Run
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def build(runs: Sequence[Run]) -> Report:
     scorers = rows[0].evals
     sheets = [
         *(_score_sheet(scorer, rows, records) for scorer in scorers),
+        *_contrast_sheets(scorers[0], rows),
         _groups_sheet(scorers[0], groups),
         _cost_sheet(rows, records),
     ]
@@ -149,6 +150,15 @@ def _intervals(record: dict[Any, Any], scorer: str) -> list[tuple[float, float, 
     """Mean, difference and win rate, each with its ends."""
     names = (("mean", ""), ("difference", "difference_"), ("win_rate", "win_rate_"))
     return [(record[f"{scorer}.{m}"], record[f"{scorer}.{e}low"], record[f"{scorer}.{e}high"]) for m, e in names]
+
+
+def _contrast_sheets(scorer: str, rows: list[Entry]) -> list[Sheet]:
+    """The trained methods against each other; none where there are not two."""
+    found = contrasts(rows, scorer)
+    if not found:
+        return []
+    cells = [(f"{a} - {b}", str(i.seeds), interval(i.mean, i.low, i.high, sign="+")) for a, b, i in found]
+    return [Sheet(f"{scorer}, method against method", ("difference", "seeds", "mean [95 %]"), cells)]
 
 
 def _groups_sheet(scorer: str, groups: pd.DataFrame) -> Sheet:
@@ -238,6 +248,8 @@ def _notes(rows: list[Entry]) -> list[str]:
     if trained:
         found += [
             "Δ base: the mean difference from the untrained model, paired by prompt and noise.",
+            "Method against method: paired by training seed, prompt and noise; where the interval holds 0, these seeds and "
+            "prompts show no difference.",
             "Win rate: the share of images that score better than the untrained model's of the same prompt and noise; "
             "ties count half.",
             "Winner drift: the winners' error over the reference model's at the end of training; above 1 the winners "

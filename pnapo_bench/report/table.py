@@ -48,6 +48,10 @@ class Entry:
         """In the order of the configuration."""
         return list(self.record["config"]["eval"]["evals"])
 
+    @property
+    def seeds(self) -> list[int]:
+        return [int(run.record["seed"]) for run in self.runs]
+
     def cube(self, scorer: str, column: str) -> NDArray[np.float64]:
         """``value``, ``base`` or ``difference`` of one eval, [S, P, K]."""
         tables = (frame[frame["scorer"] == scorer] for frame in self.scores)
@@ -98,6 +102,20 @@ def families(runs: Sequence[Run]) -> pd.DataFrame:
         groups = every["group"].unique()
         rows.append({"method": entry.name} | {f"{s}.{g}": means[s, g] for s in entry.evals for g in groups})
     return pd.DataFrame(rows)
+
+
+def contrasts(rows: Sequence[Entry], scorer: str) -> list[tuple[str, str, Interval]]:
+    """(A, B, mean of A - B with its interval) for every two trained entries, paired by seed, prompt and noise.
+
+    Seeds that only one of the two has are left out; two entries without a common seed have no contrast.
+    """
+    found = []
+    for a, b in itertools.combinations([entry for entry in rows if entry.trained], 2):
+        common = sorted(set(a.seeds) & set(b.seeds))
+        if common:
+            x, y = (e.cube(scorer, "value")[[e.seeds.index(seed) for seed in common]] for e in (a, b))
+            found.append((a.name, b.name, mean_interval((x - y).mean(axis=2))))
+    return found
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

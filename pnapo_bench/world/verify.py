@@ -15,6 +15,7 @@ Shape legend: B pictures, N objects, S shapes, C colours, W window side, H pictu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,7 +25,6 @@ from torch import Tensor
 
 from pnapo_bench.world.render import (
     BACKGROUND,
-    CELL,
     PALETTE,
     SIZE_THRESHOLD,
     Objects,
@@ -201,15 +201,13 @@ def _is(thing: Thing, row: int, e: _Evidence) -> bool:
 
 
 def _relation(relation: str, first: int, second: int, e: _Evidence) -> float:
-    """How far the relation holds, in cells: > 0.5 holds. The offset along its axis, less that across it."""
-    dx, dy = float(e.x[second] - e.x[first]) / CELL, float(e.y[second] - e.y[first]) / CELL
-    along, across = {
-        "left of": (dx, dy),
-        "right of": (-dx, dy),
-        "above": (dy, dx),
-        "below": (-dy, dx),
-    }[relation]
-    return along - abs(across)
+    """Cosine between the relation's direction and the offset of the objects, in [-1, 1].
+
+    Above 1/2 the relation holds, as in GenEval: what is diagonal is both left of and above.
+    """
+    dx, dy = float(e.x[second] - e.x[first]), float(e.y[second] - e.y[first])
+    along = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
+    return along / max(math.hypot(dx, dy), 1e-6)
 
 
 def _judge_one(scene: Scene, rows: list[int], e: _Evidence) -> Verdict:
@@ -230,7 +228,7 @@ def _judge_one(scene: Scene, rows: list[int], e: _Evidence) -> Verdict:
             both = _likeness(first, a, e), _likeness(second, b, e) if a != b else 0.0
             if not scene.relation:
                 return sum(both) / 2
-            return sum(both) / 3 + min(both) * _ramp(_relation(scene.relation, a, b, e), 0.0, 1.0) / 3
+            return sum(both) / 3 + min(both) * _ramp(_relation(scene.relation, a, b, e), -0.2, 0.8) / 3
 
         pair = max(options, key=value)
         reward = value(pair) * 2 / max(2, len(rows))
