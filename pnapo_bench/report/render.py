@@ -248,7 +248,7 @@ def _notes(rows: list[Entry]) -> list[str]:
     if trained:
         found += [
             "Δ base: the mean difference from the untrained model, paired by prompt and noise.",
-            "Method against method: paired by training seed, prompt and noise; where the interval holds 0, these seeds and "
+            "Method against method: paired by training seed, prompt and noise; where 0 is inside, these seeds and "
             "prompts show no difference.",
             "Win rate: the share of images that score better than the untrained model's of the same prompt and noise; "
             "ties count half.",
