@@ -52,7 +52,6 @@ def run(
 
         store.manifest(pairs, "pairs")
     _writable(out)
-    _quiet_libraries()
     from pnapo_bench.run import execute
 
     folder = execute(resolved, out, pairs)
@@ -133,7 +132,6 @@ def pairs_build(
     for line in [s for s in settings or [] if not s.startswith("data.")]:
         print(f"warning: without effect on pairs: {line}", file=sys.stderr)
     _writable(out)
-    _quiet_libraries()
     from pnapo_bench import pairs
     from pnapo_bench.run import device, load_backbone
 
@@ -163,7 +161,6 @@ def pairs_verify(
 
     backbone = None
     if regenerate:
-        _quiet_libraries()
         _, source, _ = pairs.open_folder(folder)
         backbone = load_backbone(source.manifest["inputs"]["model"])
     _print_facts(pairs.verify(folder, backbone, regenerate))
@@ -188,15 +185,6 @@ def _writable(folder: Path) -> None:
     probe = folder / f".probe-{os.getpid()}"
     probe.write_bytes(b"\0")
     probe.unlink()
-
-
-def _quiet_libraries() -> None:
-    """Libraries report what concerns their developers; errors still show."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 @app.callback(invoke_without_command=True)

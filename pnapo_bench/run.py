@@ -26,6 +26,13 @@ def device() -> str:
 
 
 def load_backbone(name: str) -> Backbone:
+    """The backbone of a name, on the GPU where there is one; libraries keep their progress to themselves."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     found: Backbone = registry.get("backbones", name)(device())
     return found
 
