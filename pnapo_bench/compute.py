@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
-@dataclass
+@dataclass(frozen=True)
 class Cost:
     """What one stage took. A shared stage was paid for once for all runs that use its result."""
 
-    seconds: float = 0.0
-    flops: float = 0.0
-    peak_bytes: int = 0
-    shared: bool = False
+    seconds: float
+    flops: float
+    peak_bytes: int  # of the process until the stage was booked
+    shared: bool
 
 
 @dataclass
@@ -27,19 +25,8 @@ class Ledger:
 
     stages: dict[str, Cost] = field(default_factory=dict)
 
-    @contextmanager
-    def booking(self, name: str) -> Iterator[Cost]:
-        """Adds the block's time to a stage; the block adds the FLOPs."""
-        cost = self.stages.setdefault(name, Cost())
-        start = time.perf_counter()
-        try:
-            yield cost
-        finally:
-            cost.seconds += time.perf_counter() - start
-            cost.peak_bytes = max(cost.peak_bytes, peak_memory())
-
     def book(self, name: str, seconds: float, flops: float, shared: bool) -> None:
-        """Books a stage whose cost was measured where it was built."""
+        """Enters a stage; its time and FLOPs were measured where it was built."""
         self.stages[name] = Cost(seconds, flops, peak_memory(), shared)
 
     def as_dict(self) -> dict[str, Any]:

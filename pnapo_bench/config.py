@@ -88,15 +88,17 @@ class Config(Strict):
 def resolve(method: str, model: str, seed: int, settings: list[str]) -> Config:
     """The configuration of a run: defaults, then ``configs/MODEL.yaml``, then ``key=value`` settings.
 
+    Under ``methods`` the YAML has, for a method, what its ``--set`` would have: ``{pnapo: {train.lr: 1.0e-4}}``.
+
     Raises:
         UserError: an unknown name or key, or a value out of range.
     """
     method_class = registry.get("methods", method)
     registry.get("backbones", model)
     values = _preset(model)
-    method_values = values.pop("methods", {}).get(method, {})
-    for setting in settings:
-        key, value = _parse(setting)
+    preset = values.pop("methods", {}).get(method, {})
+    method_values: dict[str, Any] = {}
+    for key, value in [*preset.items(), *map(_parse, settings)]:
         head, _, rest = key.partition(".")
         if head == "method" and rest:
             method_values[rest] = value

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pnapo_bench import images, prompts, registry, scoring
+from pnapo_bench import images, prompts, scoring, store
 from pnapo_bench.config import Evaluation
 from pnapo_bench.contracts import Backbone
 from pnapo_bench.images import Images
@@ -22,16 +23,25 @@ def request(config: Evaluation) -> images.Request:
     return images.Request(f"{config.split} image", chosen, config.noises, config.seed, config.sampler)
 
 
-def evaluate(root: Path, backbone: Backbone, weights: str, config: Evaluation, label: str) -> tuple[Path, pd.DataFrame]:
-    """The image folder, and scores with the columns KEYS and value."""
+@dataclass(frozen=True)
+class Evaluated:
+    """One model's pictures and scores, and what both took."""
+
+    images: Path  # the image folder
+    scores: pd.DataFrame  # KEYS and value
+    cost: dict[str, float]  # seconds and flops
+
+
+def evaluate(root: Path, backbone: Backbone, weights: str, config: Evaluation, label: str) -> Evaluated:
+    """Draws and scores what is asked; stages that exist already are used."""
     import pandas as pd
 
-    for name in config.evals:
-        registry.get("evals", name)
     folder = images.build(root, "images", backbone, weights, request(config), f"evaluating {label}")
     drawn = Images(folder)
-    scores = pd.concat([scoring.read(scoring.build(root, drawn, name, str(backbone.device))) for name in config.evals])
-    return folder, drawn.frame().merge(scores, on="image")[[*KEYS, "value"]]
+    scored = [scoring.build(root, drawn, name, str(backbone.device)) for name in config.evals]
+    costs = [drawn.manifest["cost"], *(store.manifest(one, "scores")["cost"] for one in scored)]
+    scores = drawn.frame().merge(pd.concat([scoring.read(one) for one in scored]), on="image")[[*KEYS, "value"]]
+    return Evaluated(folder, scores, {key: sum(cost[key] for cost in costs) for key in ("seconds", "flops")})
 
 
 def paired(base: pd.DataFrame, trained: pd.DataFrame) -> pd.DataFrame:

@@ -80,6 +80,7 @@ class PairData:
     """Pairs in memory, P of them, for training."""
 
     folder: Path
+    revision: str  # of the model that drew the images
     frame: pd.DataFrame
     winner: Tensor  # [P, C, H, W] latents
     loser: Tensor
@@ -138,7 +139,8 @@ def load(folder: Path) -> PairData:
         "scoring": store.manifest(score_folder, "scores")["cost"],
     }
     gap = torch.tensor(frame["gap"].to_numpy(), dtype=torch.float32)
-    return PairData(folder, frame, winner, loser, winner_noise, loser_noise, gap, cost)
+    revision = source.manifest["inputs"]["revision"]
+    return PairData(folder, revision, frame, winner, loser, winner_noise, loser_noise, gap, cost)
 
 
 def inspect(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,6 @@ from pnapo_bench import atomic, environment, evaluate, pairs, reference, registr
 from pnapo_bench.compute import Ledger
 from pnapo_bench.config import Config
 from pnapo_bench.contracts import Backbone, Method
-from pnapo_bench.images import Images
 from pnapo_bench.stream import Stream
 
 if TYPE_CHECKING:
@@ -71,20 +71,25 @@ def _run(
 ) -> None:
     ledger = Ledger()
     started = _now()
-    base_images, base = evaluate.evaluate(root, backbone, "base", config.eval, "base")
-    trained_images, scores = base_images, base
+    base = trained = evaluate.evaluate(root, backbone, "base", config.eval, "base")
     summary = None
     data_facts: dict[str, Any] | None = None
     if method.trains:
         assert pairs_folder is not None, "a method that trains has pairs"
         data = pairs.load(pairs_folder)
+        if data.revision != backbone.revision:
+            _say(
+                f"warning: the pairs were drawn by model {data.revision[:12]}, trained is {backbone.revision[:12]}: "
+                f"their noise is not this model's"
+            )
         data_facts = {
             "folder": pairs_folder.name,
+            "revision": data.revision,
             "pairs": len(data),
             "median_gap": float(data.gap.median()),
         }
         for name, cost in data.cost.items():
-            ledger.book(name, cost["seconds"], cost["flops"], shared=True)
+            ledger.book(name, **cost, shared=True)
         embeddings = backbone.encode_prompts(data.prompts)
         stream = Stream(config.seed, len(data), config.train.times, config.method_config.coupling)
         errors = None
@@ -92,7 +97,7 @@ def _run(
             reference_folder = reference.build(root, backbone, data, embeddings, stream, config.train)
             errors = reference.load(reference_folder)
             cost = store.manifest(reference_folder, "reference")["cost"]
-            ledger.book("reference", cost["seconds"], cost["flops"], shared=True)
+            ledger.book("reference", **cost, shared=True)
         _say(f"training {config.method}: {config.train.steps} steps of {config.train.batch} pairs")
         summary = trainer.train(
             backbone=backbone,
@@ -106,10 +111,9 @@ def _run(
         )
         ledger.book("training", summary.seconds, summary.flops, shared=False)
         weights = store.key_of({p.name: store.file_hash(p) for p in sorted((folder / "weights").glob("*.safetensors"))})
-        trained_images, scores = evaluate.evaluate(folder / "evaluation", backbone, weights, config.eval, config.method)
-    cost = Images(trained_images).manifest["cost"]
-    ledger.book("evaluation", cost["seconds"], cost["flops"], shared=not method.trains)
-    table = evaluate.paired(base, scores)
+        trained = evaluate.evaluate(folder / "evaluation", backbone, weights, config.eval, config.method)
+    ledger.book("evaluation", **trained.cost, shared=not method.trains)
+    table = evaluate.paired(base.scores, trained.scores)
     atomic.write_with(folder / "scores.parquet", lambda path: table.to_parquet(path, index=False))
     record = {
         "schema_version": results.SCHEMA_VERSION,
@@ -124,8 +128,8 @@ def _run(
         "training": asdict(summary) if summary else None,
         "scores": summarise(table),
         "images": {
-            "base": _relative(base_images, folder),
-            "trained": _relative(trained_images, folder),
+            "base": os.path.relpath(base.images, folder),
+            "trained": os.path.relpath(trained.images, folder),
         },
         "ledger": ledger.as_dict(),
         "versions": environment.versions(),
@@ -151,12 +155,6 @@ def summarise(table: pd.DataFrame) -> dict[str, Any]:
             "groups": {str(g): {"base": float(r["base"]), "value": float(r["value"])} for g, r in groups.iterrows()},
         }
     return found
-
-
-def _relative(path: Path, start: Path) -> str:
-    import os
-
-    return os.path.relpath(path, start)
 
 
 def _now() -> str:

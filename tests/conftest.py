@@ -60,6 +60,7 @@ def miniature_pairs() -> PairData:
 
     return PairData(
         folder=Path("miniature"),
+        revision="none",
         frame=pd.DataFrame({"prompt": [prompt.text for prompt in training_prompts(8, 0)]}),
         winner=draw("winner"),
         loser=draw("loser"),

@@ -66,15 +66,16 @@ def test_every_preset_is_a_models_and_loads_for_every_method(model: str, name: s
     of_methods = preset.pop("methods", {})
     assert of_methods.keys() <= set(METHODS), "a preset names a method that does not exist"
     found = leaves(json.loads(resolved.model_dump_json()))
-    wanted = leaves(preset) | {f"method_config.{key}": value for key, value in of_methods.get(name, {}).items()}
+    own = {key.replace("method.", "method_config."): value for key, value in of_methods.get(name, {}).items()}
+    wanted = leaves(preset) | own
     assert {key: found[key] for key in wanted} == {key: pytest.approx(value) for key, value in wanted.items()}
 
 
 def test_a_setting_wins_over_a_preset_and_a_preset_over_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "train: {lr: 0.5, batch: 3}\nmethods: {pnapo: {beta: 7}, ipo: {target: 9}}"
+    text = "train: {lr: 0.5, batch: 3}\nmethods: {pnapo: {method.beta: 7, train.lr: 0.25}, ipo: {method.target: 9}}"
     monkeypatch.setattr(config, "_preset", lambda model: yaml.safe_load(text))
     resolved = resolve("pnapo", "tiny", 0, ["train.batch=5"])
-    assert (resolved.train.lr, resolved.train.batch) == (0.5, 5)
+    assert (resolved.train.lr, resolved.train.batch) == (0.25, 5)
     assert resolved.train.clip == Train().clip
     assert resolved.method_config.model_dump()["beta"] == 7
     assert resolve("pnapo", "tiny", 0, ["method.beta=8"]).method_config.model_dump()["beta"] == 8
