@@ -24,18 +24,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+PURPOSE = "training image"  # of the images that pairs are made of; part of the key of their noise
+
+
 def build(root: Path, backbone: Backbone, data: Data) -> Path:
     """The pairs folder of a configuration; whatever stage exists already is used."""
     request = images.Request(
-        "training image", training_prompts(data.prompts, data.seed), data.images_per_prompt, data.seed, data.sampler
+        PURPOSE, training_prompts(data.prompts, data.seed), data.images_per_prompt, data.seed, data.sampler
     )
     image_folder = images.build(root, "images", backbone, "base", request, "generating")
     return build_from(root, image_folder, data.score, data.rule, str(backbone.device))
 
 
 def build_from(root: Path, image_folder: Path, score: str, rule: str, device: str) -> Path:
-    """Pairs of an existing image folder under a score and a rule."""
+    """Pairs of an existing image folder under a score and a rule.
+
+    Raises:
+        UserError: the images are not for training, or one per prompt, or their scores do not tell them apart.
+    """
     source = Images(image_folder)
+    purpose, count = (source.manifest["inputs"][key] for key in ("purpose", "noises"))
+    if purpose != PURPOSE:
+        raise UserError(f"{image_folder} holds pictures for evaluation ({purpose}); nothing is trained on those")
+    if count < 2:
+        raise UserError(f"pairs need two images of each prompt, {image_folder} has {count}")
     score_folder = scoring.build(root, source, score, device)
     inputs = {"images": image_folder.name, "scores": score_folder.name, "rule": rule}
     return store.stage(root, "pairs", inputs, lambda folder: _pair(folder, source, scoring.read(score_folder), rule))

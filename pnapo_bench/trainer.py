@@ -93,7 +93,7 @@ def train(
     live_reference = _frozen_copy(backbone) if method.needs_reference and reference is None else None
     parameters = prepare_parameters(backbone, config, stream.seed)
     optimizer = torch.optim.AdamW(
-        list(parameters.values()), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        list(parameters.values()), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
     backbone.transformer, optimizer = accelerator.prepare(backbone.transformer, optimizer)
     first = checkpoint.load(folder / "checkpoint.safetensors", parameters, optimizer)

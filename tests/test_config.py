@@ -194,7 +194,7 @@ def test_an_unknown_key_names_the_nearest(setting: str, hint: str) -> None:
         ("train.lr=0", "train.lr: input should be greater than 0, got 0"),
         ("train.lr=.inf", "train.lr: input should be a finite number, got inf"),
         ("train.lr=.nan", "train.lr: input should be a finite number, got nan"),
-        ("train.lr.x=3", "train.lr: input should be a valid number, got {'x': 3}"),
+        ("train.clip.x=3", "train.clip: input should be a valid number, got {'x': 3}"),
         ("train.mode=half", "train.mode: input should be 'full' or 'lora', got 'half'"),
         ("train.betas=[0.9]", "train.betas.1: field required"),
         ("train.drift_alarm=1", "train.drift_alarm: input should be greater than 1"),

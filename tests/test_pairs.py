@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pnapo_bench import images, noise, pairs, registry, scoring, store
+from pnapo_bench import evaluate, images, noise, pairs, registry, scoring, store
 from pnapo_bench.backbones.tiny import Tiny
-from pnapo_bench.config import Data, Sampler
+from pnapo_bench.config import Data, Evaluation, Sampler
 from pnapo_bench.errors import UserError
 from pnapo_bench.images import Images, Request
 from pnapo_bench.prompts import Prompt, training_prompts
@@ -375,3 +375,10 @@ def test_pairs_without_what_they_are_made_of(kind: str, copy: Path) -> None:
 def test_a_folder_of_another_kind_is_no_pairs_folder(pairs_folder: Path) -> None:
     with pytest.raises(UserError, match=r"expected a pairs folder, .* is one of 'images'"):
         pairs.load(source_of(pairs_folder))
+
+
+def test_evaluation_pictures_make_no_pairs(tiny: Tiny, tmp_path: Path) -> None:
+    asked = evaluate.request(Evaluation(prompts=6, noises=2, sampler=Sampler(steps=2)))
+    folder = images.build(tmp_path, "images", tiny, "base", asked, "evaluating")
+    with pytest.raises(UserError, match="holds pictures for evaluation"):
+        pairs.build_from(tmp_path, folder, "shapes_quality", "two", "cpu")
