@@ -1,4 +1,4 @@
-# PYTHON makes the environment, VENV is where it lies: make venv PYTHON=python3.12 VENV=/tmp/venv
+# PYTHON makes the environment, VENV is where it lies: make venv PYTHON=python3.12 VENV=../venv
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from pnapo_bench.contracts import Method
+from pnapo_bench.contracts import Coupling, Method, MethodConfig
 
 
 class Base(Method):
     """No loss and no update."""
+
+    class Config(MethodConfig):
+        coupling: Coupling = "prior"
 
     name = "base"
     source = "the backbone's own weights"

@@ -106,8 +106,6 @@ def resolve(method: str, model: str, seed: int, settings: list[str]) -> Config:
             _put(values, key, value)
         else:
             raise UserError(f"unknown setting {key!r}. Settings begin with data., train., eval. or method.{_near(key)}")
-    if method_class.Config is MethodConfig:
-        method_values.setdefault("coupling", "prior")
     beta = values.get("train", {}).get("beta")
     if beta is not None and "beta" in method_class.Config.model_fields:
         method_values["beta"] = beta

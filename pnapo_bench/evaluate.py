@@ -36,7 +36,7 @@ def evaluate(root: Path, backbone: Backbone, weights: str, config: Evaluation, l
     """Draws and scores what is asked; stages that exist already are used."""
     import pandas as pd
 
-    folder = images.build(root, "images", backbone, weights, request(config), f"evaluating {label}")
+    folder = images.build(root, backbone, weights, request(config), f"evaluating {label}")
     drawn = Images(folder)
     scored = [scoring.build(root, drawn, name, str(backbone.device)) for name in config.evals]
     costs = [drawn.manifest["cost"], *(store.manifest(one, "scores")["cost"] for one in scored)]

@@ -71,10 +71,10 @@ def inputs_of(backbone: Backbone, weights: str, request: Request) -> dict[str, A
     }
 
 
-def build(root: Path, kind: str, backbone: Backbone, weights: str, request: Request, label: str) -> Path:
+def build(root: Path, backbone: Backbone, weights: str, request: Request, label: str) -> Path:
     """The folder with the requested images, generated if it is not complete."""
     inputs = inputs_of(backbone, weights, request)
-    return store.stage(root, kind, inputs, lambda folder: _generate(folder, backbone, request, label))
+    return store.stage(root, "images", inputs, lambda folder: _generate(folder, backbone, request, label))
 
 
 def _generate(folder: Path, backbone: Backbone, request: Request, label: str) -> dict[str, Any]:
@@ -173,9 +173,9 @@ def from_png(png: bytes) -> Tensor:
 class Images:
     """A complete image folder; everything read from it is verified first."""
 
-    def __init__(self, folder: Path, kind: str = "images") -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.manifest = store.manifest(folder, kind)
+        self.manifest = store.manifest(folder, "images")
         self.files: dict[str, str] = self.manifest["files"]
         self._rows: dict[bool, pd.DataFrame] = {}
 

@@ -32,7 +32,7 @@ def build(root: Path, backbone: Backbone, data: Data) -> Path:
     request = images.Request(
         PURPOSE, training_prompts(data.prompts, data.seed), data.images_per_prompt, data.seed, data.sampler
     )
-    image_folder = images.build(root, "images", backbone, "base", request, "generating")
+    image_folder = images.build(root, backbone, "base", request, "generating")
     return build_from(root, image_folder, data.score, data.rule, str(backbone.device))
 
 

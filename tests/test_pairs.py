@@ -379,6 +379,6 @@ def test_a_folder_of_another_kind_is_no_pairs_folder(pairs_folder: Path) -> None
 
 def test_evaluation_pictures_make_no_pairs(tiny: Tiny, tmp_path: Path) -> None:
     asked = evaluate.request(Evaluation(prompts=6, noises=2, sampler=Sampler(steps=2)))
-    folder = images.build(tmp_path, "images", tiny, "base", asked, "evaluating")
+    folder = images.build(tmp_path, tiny, "base", asked, "evaluating")
     with pytest.raises(UserError, match="holds pictures for evaluation"):
         pairs.build_from(tmp_path, folder, "shapes_quality", "two", "cpu")
