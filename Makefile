@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 check: venv ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy pnapo_bench methods evals tests
+	$(BIN)/mypy pnapo_bench methods evals tests benchmarks
 
 test: venv ## all tests
 	$(BIN)/pytest

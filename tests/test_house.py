@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,9 +10,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from pnapo_bench import registry
+from pnapo_bench.report import render
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = ("methods", "evals", "configs")
@@ -51,6 +54,20 @@ def test_readme_lists_every_method_and_eval() -> None:
     readme = (ROOT / "README.md").read_text()
     for name in (*registry.TABLES["methods"], *registry.TABLES["evals"]):
         assert f"`{name}`" in readme, name
+
+
+def test_readmes_first_result_is_that_of_the_committed_report() -> None:
+    readme = (ROOT / "README.md").read_text()
+    board = {row["method"]: row for row in pd.read_csv(ROOT / "results/demo/report.csv").to_dict("records")}
+    for method in ("sft", "diffusion-dpo", "pnapo"):
+        cells = [f"`{method}`"]
+        for scorer in ("shapes_accuracy", "shapes_reward"):
+            mean, low, high = (float(board[method][f"{scorer}.difference{end}"]) for end in ("", "_low", "_high"))
+            cells.append(render.interval(mean, low, high, sign="+"))
+        assert f"| {' | '.join(cells)} |" in readme
+    commits = {json.loads(path.read_text())["git"] for path in (ROOT / "results/demo/records").glob("*.json")}
+    assert len(commits) == 1
+    assert "+changes" not in commits.pop()
 
 
 def test_readme_tree_names_files_that_exist() -> None:
