@@ -10,16 +10,33 @@ from pnapo_bench.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
+
+def moments(optimizer: Any, prefix: str = "optimizer") -> dict[str, Tensor]:
+    """An optimiser's state as tensors, ``PREFIX.INDEX.NAME``."""
+    import torch
+
+    return {
+        f"{prefix}.{index}.{name}": torch.as_tensor(value)
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_moments(optimizer: Any, tensors: dict[str, Tensor], prefix: str = "optimizer") -> None:
+    """Puts back, in place, what ``moments`` took; other tensors are ignored."""
+    state = optimizer.state_dict()
+    for key, value in tensors.items():
+        if key.startswith(f"{prefix}."):
+            index, name = key.removeprefix(f"{prefix}.").split(".")
+            state["state"].setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(state)
 
 
 def save(path: Path, step: int, parameters: dict[str, torch.nn.Parameter], optimizer: Any) -> None:
     """``step`` updates have been made."""
-    import torch
-
-    tensors = {f"parameter.{name}": p.detach() for name, p in parameters.items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        for name, value in moments.items():
-            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    tensors = {f"parameter.{name}": p.detach() for name, p in parameters.items()} | moments(optimizer)
     atomic.write_tensors(path, tensors, {"step": str(step)})
 
 
@@ -43,10 +60,5 @@ def load(path: Path, parameters: dict[str, torch.nn.Parameter], optimizer: Any) 
                 parameter.copy_(tensors[f"parameter.{name}"])
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it to start this run again") from error
-    state = optimizer.state_dict()
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            state["state"].setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(state)
+    restore_moments(optimizer, tensors)
     return step

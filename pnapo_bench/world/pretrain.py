@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pnapo_bench import atomic, environment
+from pnapo_bench import checkpoint as checkpoints
 from pnapo_bench.backbones.tiny import Tiny, new_modules, weights_hash
-from pnapo_bench.contracts import Backbone
+from pnapo_bench.config import Evaluation
+from pnapo_bench.evaluate import evaluate
 from pnapo_bench.noise import generator, seed_of
 from pnapo_bench.world import scenes
 from pnapo_bench.world.render import render
@@ -98,25 +101,6 @@ class Checkpoint:
         atomic.write_json(self.log_file, {"step": step, "recipe": self.recipe, "log": self.log})
 
 
-def _flatten(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    return {
-        f"optimizer.{k}.{parameter}.{name}": torch.as_tensor(value).clone()
-        for k, optimizer in enumerate(optimizers)
-        for parameter, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-
-
-def _restore(optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    for k, optimizer in enumerate(optimizers):
-        state = optimizer.state_dict()
-        for key, value in tensors.items():
-            if key.startswith(f"optimizer.{k}."):
-                parameter, name = key.split(".")[2:]
-                state["state"].setdefault(int(parameter), {})[name] = value
-        optimizer.load_state_dict(state)
-
-
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}.{k}": v for k, v in tensors.items()}
 
@@ -134,7 +118,7 @@ def train_autoencoder(recipe: Recipe, out: Path) -> Any:
     start, state = checkpoint.load()
     if state:
         vae.load_state_dict(_without("model", state))
-        _restore([optimizer], state)
+        checkpoints.restore_moments(optimizer, state)
     began = time.time()
     for step in range(start, recipe.vae_steps):
         rng = np.random.default_rng(seed_of("vae pictures", recipe.seed, step))
@@ -157,7 +141,7 @@ def train_autoencoder(recipe: Recipe, out: Path) -> Any:
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.vae_steps:
             row = {"step": step + 1, "mse": error.mean().item(), "kl": kl.sum((1, 2, 3)).mean().item()}
             checkpoint.log.append(row)
-            checkpoint.save(step + 1, _prefixed("model", vae.state_dict()) | _flatten([optimizer]))
+            checkpoint.save(step + 1, _prefixed("model", vae.state_dict()) | checkpoints.moments(optimizer))
             rate = (step + 1 - start) / (time.time() - began)
             print(f"autoencoder {row} {rate:.2f} steps/s", flush=True)
     return vae.eval()
@@ -218,7 +202,8 @@ def train_flow(recipe: Recipe, corpus: Corpus, out: Path) -> tuple[dict[str, Any
     if state:
         model.load_state_dict(_without("model", state))
         average = _without("average", state)
-        _restore(optimizers, state)
+        for k, optimizer in enumerate(optimizers):
+            checkpoints.restore_moments(optimizer, state, f"optimizer{k}")
     began, running = time.time(), 0.0
     empty = tokenize([""])
     for step in range(start, recipe.flow_steps):
@@ -260,7 +245,9 @@ def train_flow(recipe: Recipe, corpus: Corpus, out: Path) -> tuple[dict[str, Any
             running = 0.0
             checkpoint.log.append(row)
             tensors = _prefixed("model", model.state_dict()) | _prefixed("average", average)
-            checkpoint.save(step + 1, tensors | _flatten(optimizers))
+            for k, optimizer in enumerate(optimizers):
+                tensors |= checkpoints.moments(optimizer, f"optimizer{k}")
+            checkpoint.save(step + 1, tensors)
             print(f"flow {row} {(step + 1 - start) / (time.time() - began):.2f} steps/s", flush=True)
     model.load_state_dict(average)
     return {name: model[name].eval() for name in model}, checkpoint.log
@@ -274,25 +261,12 @@ def export(modules: dict[str, Any], folder: Path) -> None:
 
 def accuracy(folder: Path, split: Literal["tune", "eval"]) -> dict[str, float]:
     """Exact pass of the exported weights by family, with the default evaluation settings."""
-    from pnapo_bench.config import Evaluation
-    from pnapo_bench.evaluate import request
-    from pnapo_bench.noise import prior_noise
-    from pnapo_bench.sampler import sample
-
-    backbone: Backbone = Tiny(weights=folder)
-    asked = request(Evaluation(split=split))
-    rows = asked.rows()
-    passed: dict[str, list[float]] = {family: [] for family in scenes.FAMILIES}
-    for start in range(0, len(rows), 96):
-        batch = rows[start : start + 96]
-        noise = prior_noise([row["seed"] for row in batch], backbone.latent_shape)
-        text = backbone.encode_prompts([row["prompt"] for row in batch])
-        pictures = backbone.decode(sample(backbone, noise, text, None, asked.sampler.steps, asked.sampler.guidance))
-        verdicts = judge(pictures, [scenes.parse(row["prompt"]) for row in batch])
-        for row, verdict in zip(batch, verdicts, strict=True):
-            passed[row["group"]].append(float(verdict.passed))
-    found = {family: round(float(np.mean(values)), 4) for family, values in passed.items()}
-    return {"overall": round(float(np.mean(list(found.values()))), 4), **found}
+    config = Evaluation(split=split, evals=("shapes_accuracy",))
+    with tempfile.TemporaryDirectory() as scratch:
+        scores = evaluate(Path(scratch), Tiny(weights=folder), "base", config, split).scores
+    passed = scores.groupby("group", sort=False)["value"].mean().astype(float)
+    found = {str(family): round(share, 4) for family, share in passed.items()}
+    return {"overall": round(float(passed.mean()), 4), **found}
 
 
 @torch.no_grad()
