@@ -8,8 +8,6 @@ float32, so it depends on neither batch size nor device; seed and SHA-256 are st
 from __future__ import annotations
 
 import io
-import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pnapo_bench import atomic, compute, noise, store
 from pnapo_bench.config import Sampler
-from pnapo_bench.contracts import Backbone, Conditioning
+from pnapo_bench.contracts import Backbone
 from pnapo_bench.errors import UserError
 from pnapo_bench.progress import track
 from pnapo_bench.prompts import Prompt
@@ -80,21 +78,15 @@ def build(root: Path, backbone: Backbone, weights: str, request: Request, label:
 def _generate(folder: Path, backbone: Backbone, request: Request, label: str) -> dict[str, Any]:
     rows = request.rows()
     shards = [rows[i : i + SHARD] for i in range(0, len(rows), SHARD)]
+    flops = flops_per_image(backbone, request.sampler)
     with track(label, len(rows)) as advance:
-        for index, shard in enumerate(shards):
-            cost_file = folder / f"cost-{index:05}.json"
-            if not cost_file.is_file():  # written last, so its existence means that the shard is whole
-                start = time.perf_counter()
-                flops = _generate_shard(folder, index, shard, backbone, request, advance)
-                atomic.write_json(cost_file, {"seconds": time.perf_counter() - start, "flops": flops})
-            else:
-                advance(len(shard))
-    costs = [json.loads((folder / f"cost-{i:05}.json").read_text()) for i in range(len(shards))]
-    return {
-        "images": len(rows),
-        "shards": len(shards),
-        "cost": {key: sum(cost[key] for cost in costs) for key in ("seconds", "flops")},
-    }
+
+        def make(index: int) -> float:
+            _generate_shard(folder, index, shards[index], backbone, request.sampler, advance)
+            return len(shards[index]) * flops
+
+        cost = store.make_shards(folder, len(shards), make, whole=lambda index: advance(len(shards[index])))
+    return {"images": len(rows), "shards": len(shards), "cost": cost}
 
 
 def _generate_shard(
@@ -102,25 +94,18 @@ def _generate_shard(
     index: int,
     rows: list[dict[str, Any]],
     backbone: Backbone,
-    request: Request,
+    sampler: Sampler,
     advance: Callable[[int], None],
-) -> float:
+) -> None:
     import pandas as pd
     import torch
 
-    from pnapo_bench.sampler import sample
-
-    sampler = request.sampler
-    latents, pngs, hashes, flops = [], [], [], 0.0
+    latents, pngs, hashes = [], [], []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
         prior = noise.prior_noise([row["seed"] for row in batch], backbone.latent_shape)
-        conditioning = backbone.encode_prompts([row["prompt"] for row in batch])
-        empty = backbone.encode_prompts([""] * len(batch)) if sampler.guidance > 1 else None
-        drawn = sample(backbone, prior, conditioning, empty, sampler.steps, sampler.guidance)
+        drawn = latents_of(backbone, [row["prompt"] for row in batch], prior, sampler)
         pictures = backbone.decode(drawn)
-        if not flops:
-            flops = len(rows) * flops_per_image(backbone, conditioning, sampler)
         latents.append(drawn.float().cpu())
         hashes += [noise.fingerprint(one) for one in prior]
         pngs += [to_png(picture) for picture in pictures]
@@ -135,14 +120,22 @@ def _generate_shard(
     frame["row"] = range(len(rows))
     frame["png"] = pngs
     atomic.write_with(folder / f"images-{index:05}.parquet", lambda path: frame.to_parquet(path, index=False))
-    return flops
 
 
-def flops_per_image(backbone: Backbone, conditioning: Conditioning, sampler: Sampler) -> float:
+def latents_of(backbone: Backbone, prompts: Sequence[str], prior: Tensor, sampler: Sampler) -> Tensor:
+    """Latents [B, C, H, W] of B prompts from their prior noise, on the backbone's device."""
+    from pnapo_bench.sampler import sample
+
+    conditioning = backbone.encode_prompts(prompts)
+    empty = backbone.encode_prompts([""] * len(prompts)) if sampler.guidance > 1 else None
+    return sample(backbone, prior, conditioning, empty, sampler.steps, sampler.guidance)
+
+
+def flops_per_image(backbone: Backbone, sampler: Sampler) -> float:
     """Counted on one image: all velocity evaluations and the decoder (the text encoder is left out)."""
     import torch
 
-    one = {key: value[:1] for key, value in conditioning.items()}
+    one = backbone.encode_prompts([""])
     x = torch.zeros(1, *backbone.latent_shape, device=backbone.device)
     with torch.no_grad():
         step = compute.count_flops(lambda: backbone.velocity(x, torch.ones(1, device=x.device), one))

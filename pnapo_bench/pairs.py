@@ -183,7 +183,6 @@ def verify(folder: Path, backbone: Backbone | None, regenerate: int) -> dict[str
     import torch
 
     from pnapo_bench.config import Sampler
-    from pnapo_bench.sampler import sample
 
     data = load(folder)
     checked = {"pairs": len(data), "noises": 2 * len(data)}
@@ -198,10 +197,8 @@ def verify(folder: Path, backbone: Backbone | None, regenerate: int) -> dict[str
         )
     sampler = Sampler(**inputs["sampler"])
     rows = source.frame().head(images.BATCH)  # the batch as it was generated, so that every bit can agree
-    conditioning = backbone.encode_prompts(list(rows["prompt"]))
-    empty = backbone.encode_prompts([""] * len(rows)) if sampler.guidance > 1 else None
     prior = source.prior_noise(rows["image"].tolist())
-    again = sample(backbone, prior, conditioning, empty, sampler.steps, sampler.guidance).float().cpu()
+    again = images.latents_of(backbone, list(rows["prompt"]), prior, sampler).float().cpu()
     stored = source.latents()[: len(rows)]
     count = min(regenerate, len(rows))
     worst = (again - stored)[:count].abs().max().item()

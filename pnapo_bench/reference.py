@@ -6,8 +6,7 @@ on a CPU they equal the in-loop ones bit for bit; a test says so.
 
 from __future__ import annotations
 
-import json
-import time
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,28 +55,24 @@ def _compute(
 
     from pnapo_bench.compute import count_flops
 
-    forward = 0.0
+    shards = [range(first, min(first + SHARD, train.steps)) for first in range(0, train.steps, SHARD)]
+    forward = 0.0  # FLOPs of one image
+
+    def make(index: int) -> float:
+        nonlocal forward
+        rows = []
+        for step in shards[index]:
+            for position, count in micro_batches(step * train.batch, train.batch, train.micro_batch, 0, 1):
+                visits = stream.visits(position, count)
+                asked = states(stream, visits, data, embeddings, True, backbone.device)
+                forward = forward or count_flops(functools.partial(asked.errors, backbone)) / (2 * count)
+                rows.append(asked.errors(backbone).reshape(2, count).T.cpu())
+        atomic.write_tensors(folder / f"errors-{index:05}.safetensors", {"errors": torch.cat(rows)})
+        advance(len(shards[index]))
+        return 2 * len(shards[index]) * train.batch * forward
+
     with track("reference errors", train.steps) as advance, torch.no_grad():
-        for index, first in enumerate(range(0, train.steps, SHARD)):
-            steps = range(first, min(first + SHARD, train.steps))
-            cost_file = folder / f"cost-{index:05}.json"
-            if not cost_file.is_file():  # written last, so its existence means that the shard is whole
-                start = time.perf_counter()
-                rows = []
-                for step in steps:
-                    for position, count in micro_batches(step * train.batch, train.batch, train.micro_batch, 0, 1):
-                        visits = stream.visits(position, count)
-                        asked = states(stream, visits, data, embeddings, True, backbone.device)
-                        if not forward:
-                            forward = count_flops(lambda asked=asked: asked.errors(backbone)) / (2 * count)  # type: ignore[misc]
-                        rows.append(asked.errors(backbone).reshape(2, count).T.cpu())
-                atomic.write_tensors(folder / f"errors-{index:05}.safetensors", {"errors": torch.cat(rows)})
-                seconds = time.perf_counter() - start
-                cost = {"seconds": seconds, "flops": 2 * len(steps) * train.batch * forward}
-                atomic.write_json(cost_file, cost)
-            advance(len(steps))
-    costs = [json.loads(path.read_text()) for path in sorted(folder.glob("cost-*.json"))]
-    return {"cost": {key: sum(cost[key] for cost in costs) for key in ("seconds", "flops")}}
+        return {"cost": store.make_shards(folder, len(shards), make, whole=lambda index: advance(len(shards[index])))}
 
 
 def load(folder: Path) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,27 @@ def stage(root: Path, kind: str, inputs: dict[str, Any], build: Callable[[Path],
             }
             atomic.write_json(folder / "manifest.json", {"kind": kind, "inputs": inputs, "files": files, **extra})
     return folder
+
+
+def make_shards(
+    folder: Path, count: int, make: Callable[[int], float], whole: Callable[[int], None]
+) -> dict[str, float]:
+    """Makes the shards of a stage that are not there yet; what all of them took, in seconds and FLOPs.
+
+    ``make(index)`` writes a shard and returns its FLOPs; ``whole(index)`` is told of one that was there. A shard's
+    ``cost-INDEX.json`` is written last, so its existence means that the shard is whole.
+    """
+    costs = []
+    for index in range(count):
+        file = folder / f"cost-{index:05}.json"
+        if file.is_file():
+            whole(index)
+        else:
+            start = time.perf_counter()
+            flops = make(index)
+            atomic.write_json(file, {"seconds": time.perf_counter() - start, "flops": flops})
+        costs.append(json.loads(file.read_text()))
+    return {key: sum(cost[key] for cost in costs) for key in ("seconds", "flops")}
 
 
 @contextmanager

@@ -136,12 +136,12 @@ def test_rows_and_their_order(tmp_path: Path) -> None:
     rows = entries(runs)
     assert [row.name for row in rows] == ["base", "sft", "pnapo"]
     assert [run.record["seed"] for run in rows[2].runs] == [0, 1, 2]
-    assert scoreboard(runs)["seeds"].tolist() == [1, 1, 3]
+    assert scoreboard(entries(runs))["seeds"].tolist() == [1, 1, 3]
 
 
 def test_numbers_are_those_of_the_scores(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "base"), make_run(tmp_path, "pnapo")]
-    board = scoreboard(runs).set_index("method")
+    board = scoreboard(entries(runs)).set_index("method")
     scores = runs[1].scores.query("scorer == 'shapes_reward'")
     assert board.at["base", "shapes_reward.mean"] == pytest.approx(scores["base"].mean())
     for column, name in (("value", "shapes_reward."), ("difference", "shapes_reward.difference_")):
@@ -155,7 +155,9 @@ def test_numbers_are_those_of_the_scores(tmp_path: Path) -> None:
 
 
 def test_costs_and_drift_are_means_over_seeds(tmp_path: Path) -> None:
-    board = scoreboard([make_run(tmp_path, "pnapo", 0), make_run(tmp_path, "pnapo", 1), make_run(tmp_path, "base")])
+    board = scoreboard(
+        entries([make_run(tmp_path, "pnapo", 0), make_run(tmp_path, "pnapo", 1), make_run(tmp_path, "base")])
+    )
     base, pnapo = board.to_dict("records")
     assert pnapo["pairs_seen"] == 10 * 32
     assert pnapo["winner_drift"] == pytest.approx(1.7)
@@ -171,7 +173,7 @@ def test_several_settings_of_a_method_are_several_rows(tmp_path: Path) -> None:
         "pnapo (method_config.beta=500.0)",
         "pnapo (method_config.beta=900.0)",
     ]
-    assert scoreboard(runs)["seeds"].tolist() == [2, 2]
+    assert scoreboard(entries(runs))["seeds"].tolist() == [2, 2]
 
 
 def test_other_pairs_are_another_row(tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ def test_other_pairs_are_another_row(tmp_path: Path) -> None:
 
 def test_groups(tmp_path: Path) -> None:
     run = make_run(tmp_path, "pnapo")
-    found = families([run]).set_index("method")
+    found = families(entries([run])).set_index("method")
     assert list(found.columns) == [f"{scorer}.{group}" for scorer in EVALS for group in GROUPS]
     means = run.scores.groupby(["scorer", "group"])["value"].mean()
     assert found.at["pnapo", "shapes_quality.counting"] == pytest.approx(means["shapes_quality", "counting"])
@@ -197,20 +199,20 @@ def test_groups(tmp_path: Path) -> None:
 )
 def test_runs_measured_differently_share_no_table(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=f"differ in {said}.*report them apart"):
-        scoreboard([make_run(tmp_path, "sft"), make_run(tmp_path, "pnapo", **change)])
+        scoreboard(entries([make_run(tmp_path, "sft"), make_run(tmp_path, "pnapo", **change)]))
 
 
 def test_a_run_named_twice_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "pnapo")
     with pytest.raises(UserError, match="are one run"):
-        scoreboard([run, run])
+        scoreboard(entries([run, run]))
 
 
 def test_other_noises_are_refused(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, "sft"), make_run(tmp_path, "pnapo")]
     runs[1].scores.assign(noise_sha256="other").to_parquet(runs[1].folder / "scores.parquet", index=False)
     with pytest.raises(UserError, match="other evaluation prompts or noises"):
-        scoreboard(runs)
+        scoreboard(entries(runs))
 
 
 def test_missing_scores_are_refused(tmp_path: Path) -> None:
@@ -219,16 +221,16 @@ def test_missing_scores_are_refused(tmp_path: Path) -> None:
     scores.loc[3, "value"] = np.nan
     scores.to_parquet(run.folder / "scores.parquet", index=False)
     with pytest.raises(UserError, match=r"^1 of 72 scores of .* are missing"):
-        scoreboard([run])
+        scoreboard(entries([run]))
 
 
 def test_one_prompt_and_no_runs_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "pnapo")
     run.scores.query("item == 0").to_parquet(run.folder / "scores.parquet", index=False)
     with pytest.raises(UserError, match="one prompt"):
-        scoreboard([run])
+        scoreboard(entries([run]))
     with pytest.raises(UserError, match="got none"):
-        scoreboard([])
+        scoreboard(entries([]))
 
 
 # ---------------------------------------------------------------------------------------------- the report
@@ -284,10 +286,10 @@ def test_files_show_the_same_numbers(tmp_path: Path) -> None:
     folder = tmp_path / "report"
     render.write_report(runs, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["families.csv", "report.csv", "report.md"]
-    pd.testing.assert_frame_equal(pd.read_csv(folder / "report.csv"), scoreboard(runs))
-    pd.testing.assert_frame_equal(pd.read_csv(folder / "families.csv"), families(runs))
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "report.csv"), scoreboard(entries(runs)))
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "families.csv"), families(entries(runs)))
     text = (folder / "report.md").read_text()
-    board = scoreboard(runs).set_index("method").loc["pnapo"]
+    board = scoreboard(entries(runs)).set_index("method").loc["pnapo"]
     mean = render.interval(*board[["shapes_reward.mean", "shapes_reward.low", "shapes_reward.high"]])
     assert mean in text
     assert mean in printed(runs)

@@ -86,7 +86,8 @@ def write_report(runs: Sequence[Run], folder: Path) -> None:
 
 
 def build(runs: Sequence[Run]) -> Report:
-    rows, board, groups = entries(runs), scoreboard(runs), families(runs)
+    rows = entries(runs)
+    board, groups = scoreboard(rows), families(rows)
     records: list[dict[Any, Any]] = board.to_dict("records")
     scorers = rows[0].evals
     sheets = [

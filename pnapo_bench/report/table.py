@@ -79,7 +79,7 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
     return sorted(found, key=lambda e: (_rank(e.record["method"], order), e.record["method"], e.name))
 
 
-def scoreboard(runs: Sequence[Run]) -> pd.DataFrame:
+def scoreboard(rows: Sequence[Entry]) -> pd.DataFrame:
     """One row an entry: who, every score, drift and cost.
 
     For each score ``NAME.mean``, ``NAME.difference`` (from base, paired) and ``NAME.win_rate`` (against base, ties
@@ -88,20 +88,20 @@ def scoreboard(runs: Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    return pd.DataFrame([_row(entry) for entry in entries(runs)])
+    return pd.DataFrame([_row(entry) for entry in rows])
 
 
-def families(runs: Sequence[Run]) -> pd.DataFrame:
+def families(rows: Sequence[Entry]) -> pd.DataFrame:
     """One row an entry: the mean of every score in every group of prompts, ``NAME.GROUP``."""
     import pandas as pd
 
-    rows = []
-    for entry in entries(runs):
+    found = []
+    for entry in rows:
         every = pd.concat(entry.scores)
         means = every.groupby(["scorer", "group"], sort=False)["value"].mean().astype(float)
         groups = every["group"].unique()
-        rows.append({"method": entry.name} | {f"{s}.{g}": means[s, g] for s in entry.evals for g in groups})
-    return pd.DataFrame(rows)
+        found.append({"method": entry.name} | {f"{s}.{g}": means[s, g] for s in entry.evals for g in groups})
+    return pd.DataFrame(found)
 
 
 def contrasts(rows: Sequence[Entry], scorer: str) -> list[tuple[str, str, Interval]]:

@@ -157,9 +157,8 @@ def place(scenes: list[Scene], rng: np.random.Generator) -> Objects:
     rows: list[tuple[int, int, int, float, float, float]] = []
     for image, scene in enumerate(scenes):
         cells = _cells(scene, rng)
-        things = scene.things * scene.count if scene.count > 1 else scene.things
         open_colour, open_size = rng.integers(len(COLOURS)), SIZES[rng.integers(len(SIZES))]
-        for thing, (column, row) in zip(things, cells, strict=True):
+        for thing, (column, row) in zip(scene.objects, cells, strict=True):
             if scene.count == 1:
                 open_colour, open_size = rng.integers(len(COLOURS)), SIZES[rng.integers(len(SIZES))]
             colour = COLOURS.index(thing.colour) if thing.colour else int(open_colour)
@@ -176,8 +175,7 @@ def place(scenes: list[Scene], rng: np.random.Generator) -> Objects:
 def _cells(scene: Scene, rng: np.random.Generator) -> list[tuple[int, int]]:
     """(column, row) of each object; related things share a row or a column."""
     if not scene.relation:
-        count = max(scene.count, len(scene.things))
-        return [(int(c) % GRID, int(c) // GRID) for c in rng.permutation(GRID * GRID)[:count]]
+        return [(int(c) % GRID, int(c) // GRID) for c in rng.permutation(GRID * GRID)[: len(scene.objects)]]
     low, high = sorted(rng.permutation(GRID)[:2].tolist())
     across = int(rng.integers(GRID))
     first, second = (low, high) if scene.relation in ("left of", "above") else (high, low)

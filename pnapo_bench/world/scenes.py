@@ -71,6 +71,11 @@ class Scene:
     relation: str = ""
 
     @property
+    def objects(self) -> tuple[Thing, ...]:
+        """What a picture of it shows, one thing an object."""
+        return self.things * self.count
+
+    @property
     def key(self) -> tuple[object, ...]:
         """Equal for two scenes that describe the same content in another order of words."""
         things, relation = self.things, self.relation

@@ -211,7 +211,7 @@ def _relation(relation: str, first: int, second: int, e: _Evidence) -> float:
 
 
 def _judge_one(scene: Scene, rows: list[int], e: _Evidence) -> Verdict:
-    wanted = scene.things * scene.count if scene.count > 1 else scene.things
+    wanted = scene.objects
     if not rows:
         return Verdict(False, 0.0, f"expected {len(wanted)} objects, found none")
     if len(scene.things) == 1:
